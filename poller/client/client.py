@@ -75,6 +75,7 @@ class Client:
         self._tokens = self._requester.tokens
         self._transport = self._requester.transport
         self.server_clock = self._transport.server_clock
+        self.cut_off = self._transport.cut_off
         self.server_now = self._transport.server_now
         self.breaker = self._requester.breaker
         self.suspension = self.breaker.suspension

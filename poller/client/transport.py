@@ -27,6 +27,7 @@ from poller.errors import (
     CannotStart,
     DeadlinePassed,
     Evidence,
+    LeaseLost,
     RateLimited,
     Unreachable,
 )
@@ -55,6 +56,8 @@ class Transport:
         self._in_flight = 0
         self._sessions: list[aiohttp.ClientSession] = []  # the last is in use
         self._sender: aiohttp.ClientSession | None = None
+        self._under_way: set[asyncio.Timeout] = set()  # all but a fax that is being sent
+        self._cut_off: set[asyncio.Timeout] = set()
 
     async def open(self, in_flight: int) -> None:
         """Open a session. Raises CannotStart if the account's ca_file cannot be used.
@@ -103,6 +106,14 @@ class Transport:
             await session.close()
         await self._resolver.close()
 
+    def cut_off(self) -> None:
+        """End the requests under way with LeaseLost; let one that sends a fax get its answer."""
+        now = asyncio.get_running_loop().time()
+        for deadline in self._under_way:
+            if not deadline.expired():
+                deadline.reschedule(now)
+                self._cut_off.add(deadline)
+
     def server_now(self) -> datetime:
         """Return eFax's time if it is known, else ours."""
         our_now = self._our_now()
@@ -129,6 +140,8 @@ class Transport:
     async def _send(self, ticket: Ticket, request: Request, read: Reader[T]) -> T:
         deadline = asyncio.timeout(self._total_s(request.call))
         sends = _Sends(request.call, self._pacer, self._clock, self._observer, deadline)
+        if request.call is not Call.SEND:
+            self._under_way.add(deadline)
         try:
             async with deadline, self._request(request, sends) as response:
                 self._pacer.answered(ticket)
@@ -142,6 +155,8 @@ class Transport:
             sends.ended(None)
             if not deadline.expired():
                 raise
+            if deadline in self._cut_off:
+                raise LeaseLost(self._account.app_id) from None
             raise self._too_late(request.call) from None
         except ValueError:
             if sends.status is not None:
@@ -153,6 +168,8 @@ class Transport:
             raise unknown from None
         finally:
             sends.ended(sends.status)
+            self._under_way.discard(deadline)
+            self._cut_off.discard(deadline)
 
     async def _read(
         self, request: Request, sends: "_Sends", response: aiohttp.ClientResponse, read: Reader[T]

@@ -16,7 +16,7 @@ from poller.config.model import Account
 from poller.errors import CannotStart, ConfigError, LedgerUnavailable, NoThread
 from poller.ingest.account import AccountRunner
 from poller.ingest.hang_timeout import cut_off_if_hung
-from poller.ingest.lease_keeper import RENEW_EVERY_S, LeaseKeeper
+from poller.ingest.lease_keeper import LeaseKeeper, Renewal
 from poller.ingest.runtime import Runtime
 from poller.ledger import leases, nodes, streams
 from poller.ledger.leases import LeaseRow
@@ -30,6 +30,7 @@ _REMOVED_AFTER_S = 60.0
 _UNUSABLE_S = (
     30.0  # how long a node that cannot store faxes keeps an account that another node could take
 )
+_NOT_RENEWED = "the ledger does not answer: it has not renewed the leases of this node"
 _NOT_AGAIN_S = 30.0  # after an account was given back, or could not be started here
 
 
@@ -80,9 +81,10 @@ class Holding:
         """Renew the leases until cancelled; what follows from it must not delay the next renewal."""
         async with asyncio.TaskGroup() as following:
             while True:
-                for work in await self._renew():
+                renewal, works = await self._renew()
+                for work in works:
                     following.create_task(work, name="after a renewal")
-                await self._clock.sleep(RENEW_EVERY_S)
+                await self._clock.sleep(renewal.pause_s)
 
     async def watch(self) -> None:
         """Take, hand over and give back accounts until cancelled."""
@@ -94,15 +96,21 @@ class Holding:
 
     async def renew(self) -> None:
         """Renew the leases once, and drop the accounts that are lost."""
-        await asyncio.gather(*await self._renew())
+        _, works = await self._renew()
+        await asyncio.gather(*works)
 
-    async def _renew(self) -> list[Coroutine[Any, Any, None]]:
-        """Renew the leases once; return the work that follows from what is lost."""
+    async def _renew(self) -> tuple[Renewal, list[Coroutine[Any, Any, None]]]:
+        """Renew the leases once; return what that found out, and the work that follows."""
         self._say_fenced()
         users = sum(len(one.account.users) for one in self._runtime.accounts.values())
         renewal = await self._keeper.renew(users, stores=self._runtime.services.gate.usable)
-        lost = [self._drop(lease.app_id) for lease in renewal.lost]
-        return [*lost, self._start_over()] if renewal.is_rolled_back else lost
+        if self._keeper.is_in_doubt:
+            self._runtime.services.gate.blame(LedgerUnavailable(_NOT_RENEWED))
+        for at_work in self._runtime.accounts.values():
+            if not at_work.services.may_ask():
+                at_work.client.cut_off()
+        works = [self._drop(lease.app_id) for lease in renewal.lost]
+        return renewal, [*works, self._start_over()] if renewal.is_rolled_back else works
 
     async def look(self) -> None:
         """Look once at who holds what, and do what follows; raises LedgerUnavailable."""

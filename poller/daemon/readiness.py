@@ -45,9 +45,11 @@ class Readiness:
 
     def stalled(self) -> list[str]:
         """Return the parts without progress; a stalled loop shows as a missing answer."""
+        ledger = self.runtime.services.ledger
         since = {
             "scheduler": self.planner.tick_at,
-            "ledger": self.runtime.services.ledger.waiting_since,
+            # A restart of this process does not help a server that hangs.
+            "ledger": None if ledger.is_shared else ledger.waiting_since,
         }
         now = self.runtime.services.clock.monotonic()
         return [name for name, at in since.items() if at is not None and now - at >= NO_PROGRESS_S]

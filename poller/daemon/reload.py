@@ -161,7 +161,8 @@ def _opened_now(runtime: Runtime, planned: Plan) -> list[Account]:
     """Return the accounts to open now. With several nodes, each takes new ones when it is its turn."""
     if runtime.keeper is None:
         return [*planned.replaced, *planned.new]
-    return [account for account in planned.replaced if account.app_id in runtime.accounts]
+    mine = runtime.accounts.keys() & runtime.keeper.held.keys()
+    return [account for account in planned.replaced if account.app_id in mine]
 
 
 def _swap(runtime: Runtime, prepared: Prepared) -> list[AccountRunner]:

@@ -24,6 +24,7 @@ from poller.ledger.nodes import NodeReport
 from poller.ledger.tables import REVISION
 
 RENEW_EVERY_S = 5.0
+_AGAIN_AFTER_S = 1.0
 _RENEW_WITHIN_S = 2.0
 _TRUSTED_FOR_S = leases.TRUSTED_FOR.total_seconds()
 _PATIENCE_S = 60.0  # of a command
@@ -54,6 +55,20 @@ class Renewal:
     is_answered: bool = True
     lost: tuple[Lease, ...] = ()
     is_rolled_back: bool = False
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next one: with one slow answer, trust must not end."""
+        return RENEW_EVERY_S if self.is_answered else _AGAIN_AFTER_S
+
+
+@dataclass
+class _Asked:
+    """A renewal that was sent, for the leases held then."""
+
+    sent_at: float
+    held: list[HeldLease]
+    answer: "asyncio.Task[tuple[dict[Lease, int], bool, str] | None]"
 
 
 def report_of(settings: Config, run: str, *, serves: bool = True) -> NodeReport:
@@ -99,7 +114,8 @@ class LeaseKeeper:
         self.report = report
         self.held: dict[str, HeldLease] = {}
         self._history: str | None = None
-        self._answered_at: float | None = None  # when the last renewal was sent that succeeded
+        self._answered_at = now()  # when the last renewal was sent that succeeded
+        self._asked: _Asked | None = None
         self.draining = False
 
     @property
@@ -109,7 +125,12 @@ class LeaseKeeper:
     @property
     def unanswered_s(self) -> float:
         """For how long the database has answered no renewal."""
-        return 0.0 if self._answered_at is None else self._now() - self._answered_at
+        return self._now() - self._answered_at
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the database has not answered for so long that no lease can be trusted."""
+        return self.unanswered_s >= _TRUSTED_FOR_S
 
     def may_ask(self, lease: Lease) -> bool:
         """Whether no other node can hold the account now."""
@@ -152,39 +173,43 @@ class LeaseKeeper:
 
     async def renew_until_lost(self) -> NoReturn:
         """Renew in time, for a command. Raises LeaseLost, or LedgerUnavailable after a minute."""
-        answered_at = self._now()
         while True:
             renewal = await self.renew()
             if renewal.lost:
                 raise LeaseLost(renewal.lost[0].app_id)
-            if renewal.is_answered:
-                answered_at = self._now()
-            elif self._now() - answered_at > _PATIENCE_S:
+            if self.unanswered_s > _PATIENCE_S:
                 raise LedgerUnavailable("the ledger has not renewed the leases for a minute")
-            await asyncio.sleep(RENEW_EVERY_S)
+            await asyncio.sleep(renewal.pause_s)
 
     async def renew(self, users: int = 0, *, stores: bool = True) -> Renewal:
         """Renew all leases; report how many users this node works for, and whether it can store faxes.
 
         Without an answer in two seconds, trust in the leases just runs out.
         """
-        sent_at = self._now()
         self.report = replace(self.report, users=users, stores=stores)
-        asked = list(self.held.values())
-        try:
-            async with asyncio.timeout(_RENEW_WITHIN_S):
-                found, self.draining = await self._ledger.aside(nodes.renew, self.report)
-                history = await self._ledger.aside(self._ledger.history)
-        except (TimeoutError, LedgerUnavailable):
+        if self._asked is None or self._asked.answer.done():  # else it may still be answered
+            sending = asyncio.create_task(self._ask(), name="renewal")
+            self._asked = _Asked(self._now(), list(self.held.values()), sending)
+        asked = self._asked
+        await asyncio.wait({asked.answer}, timeout=_RENEW_WITHIN_S)
+        answer = asked.answer.result() if asked.answer.done() else None
+        if answer is None:
             return Renewal(is_answered=False)
-        self.report = replace(self.report, lag_s=self._now() - sent_at)
-        renewal = self._judge(asked, found, sent_at)
+        found, self.draining, history = answer
+        self._answered_at = asked.sent_at
+        self.report = replace(self.report, lag_s=self._now() - asked.sent_at)
+        renewal = self._judge(asked.held, found, asked.sent_at)
         if self._history not in (None, history):
             renewal = replace(renewal, is_rolled_back=True)
         self._history = history
-        self._answered_at = sent_at
         await self._give_back_strays(found)
         return renewal
+
+    async def _ask(self) -> tuple[dict[Lease, int], bool, str] | None:
+        with suppress(LedgerUnavailable):
+            found, draining = await self._ledger.aside(nodes.renew, self.report)
+            return found, draining, await self._ledger.aside(self._ledger.history)
+        return None
 
     def _judge(self, asked: list[HeldLease], found: dict[Lease, int], sent_at: float) -> Renewal:
         lost = []

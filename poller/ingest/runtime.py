@@ -126,7 +126,9 @@ class Runtime:  # more than 20 methods: accounts come, change and go
         """Return the services for work on an account, which its lease limits if it needs one."""
         if self.keeper is None:
             return self.services
-        lease = self.keeper.held[account.app_id].lease
+        if (held := self.keeper.held.get(account.app_id)) is None:
+            raise LeaseLost(account.app_id)
+        lease = held.lease
         emit = self.services.emit
 
         def emit_unless_lost(happened: events.Event) -> None:

@@ -90,10 +90,10 @@ def add(connection: Connection, app_ids: Collection[str]) -> None:
 def take(connection: Connection, app_id: str, run: str, ttl: timedelta = TTL) -> Taken | None:
     """Take an account whose lease is free or has ended; None if another run holds it.
 
-    Waits for a transaction that its last holder has not ended.
+    Also None while its last holder, or a command, has not ended its transaction: do not wait for that.
     """
     wanted = select(leases.c.holder, of_us(leases.c.expires_at).label("ends"), now_us())
-    wanted = wanted.where(leases.c.app_id == app_id, ~_IS_LIVE).with_for_update()
+    wanted = wanted.where(leases.c.app_id == app_id, ~_IS_LIVE).with_for_update(skip_locked=True)
     row = connection.execute(wanted).one_or_none()
     if row is None:
         return None

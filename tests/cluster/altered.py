@@ -44,7 +44,7 @@ def short_leases(_about: None) -> None:
     for function in (leases.take, leases.renew):
         function.__defaults__ = (ttl,)
     lease_keeper._TRUSTED_FOR_S, lease_keeper._RENEW_WITHIN_S = 2.0, 0.8
-    vars(lease_keeper)["RENEW_EVERY_S"] = vars(holding)["RENEW_EVERY_S"] = 0.8
+    lease_keeper.RENEW_EVERY_S, lease_keeper._AGAIN_AFTER_S = 0.8, 0.2
     holding._LOOK_S, holding._RANK_S = 0.3, 0.1
 
 

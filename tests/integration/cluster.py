@@ -37,6 +37,7 @@ class ClusterNode:
         assert self.runtime.keeper is not None
         self.keeper = self.runtime.keeper
         self.keeper._now = lambda: self.boot_s[0]
+        self.keeper._answered_at = self.boot_s[0]
         self.holding = Holding(self.runtime, self.keeper, start=self._start, close=self._close)
 
     def _start(self, account: AccountRunner) -> None:
@@ -80,7 +81,7 @@ class Cluster:
     def __init__(self, settings: Config, url: str, directory: Path, clock: QuickClock) -> None:
         self.settings = settings
         self.clock = clock
-        self._url = url
+        self.url = url
         self._directory = directory
         self._stack = AsyncExitStack()
         self.ledger: Ledger
@@ -94,7 +95,7 @@ class Cluster:
 
     def of(self, name: str) -> Config:
         """Return the configuration of a node."""
-        state = StateConfig(self._directory / f"state-{name}", self._url)
+        state = StateConfig(self._directory / f"state-{name}", self.url)
         return replace(self.settings, state=state, node=name)
 
     async def roll_back(self, fax: int) -> None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from alembic import command as alembic_command
 from sqlalchemy import Connection
@@ -16,6 +17,7 @@ from sqlalchemy import Connection
 from poller.cli import bootstrap
 from poller.cli.foreground import in_runtime
 from poller.config.model import AccountHook, Config, SecretRef
+from poller.daemon import reload
 from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
@@ -454,6 +456,93 @@ async def test_node_asks_nothing_while_it_cannot_be_sure_of_its_lease_and_goes_o
     await a.holding.renew()
     assert (await polling).error is None
     assert len(simulator.requests) > before
+
+
+async def test_node_that_is_no_longer_sure_ends_its_open_requests_and_closes_the_gate(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, _ = await pair(cluster)
+    await arrived(simulator, a)
+    with simulator.hold("image"):
+        fetching = asyncio.create_task(a.fetch_all())
+        await until(lambda: simulator.in_flight == 1)
+        answers_nothing(a)
+        a.let_trust_end()
+        await a.holding.renew()
+        await until(lambda: simulator.in_flight == 0)
+        assert "has not renewed the leases" in str(a.runtime.services.gate.reason)
+    fetching.cancel()
+    await asyncio.wait({fetching})
+
+
+async def test_lost_account_ends_its_open_requests_while_a_reload_keeps_it_from_being_dropped(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, _ = await pair(cluster)
+    await arrived(simulator, a)
+    with simulator.hold("image"):
+        fetching = asyncio.create_task(a.fetch_all())
+        await until(lambda: simulator.in_flight == 1)
+        await cluster.steal()
+        async with a.runtime.changing:
+            dropping = asyncio.create_task(a.holding.renew())
+            await until(lambda: simulator.in_flight == 0)
+            same = await reload.prepare(a.runtime, replaced(a.runtime.config))
+            assert same.opened == []
+        await asyncio.gather(dropping, fetching)
+    assert a.holds == []
+
+
+def replaced(settings: Config) -> Config:
+    """Change what makes a reload open the account again."""
+    (one,) = settings.accounts
+    return replace(settings, accounts=(replace(one, proxy="http://127.0.0.1:9"),))
+
+
+def answers_nothing(node: ClusterNode) -> None:
+    """Let the database not answer this node's renewals."""
+
+    async def never(*_: object) -> None:
+        raise LedgerUnavailable("it is away")
+
+    node.keeper._ledger.aside = never  # type: ignore[assignment,method-assign]
+
+
+async def test_renewal_without_an_answer_is_sent_again_soon_and_a_late_answer_counts_from_its_sending(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_keeper, "_RENEW_WITHIN_S", 0.05)
+    a, _ = await pair(cluster)
+    await a.holding.renew()
+    ledger, slow = a.keeper._ledger, asyncio.Event()
+    aside = ledger.aside
+
+    async def late(*what: Any) -> Any:
+        await slow.wait()
+        return await aside(*what)
+
+    ledger.aside = late  # type: ignore[assignment,method-assign]
+    first = await a.keeper.renew()
+    assert (first.is_answered, first.pause_s) == (False, 1.0)
+    a.boot_s[0] += 8
+    slow.set()
+    assert (await a.keeper.renew()).is_answered
+    lease = a.keeper.held[APP].lease
+    assert a.keeper.may_ask(lease)
+    a.boot_s[0] += 2
+    assert not a.keeper.may_ask(lease)
+
+
+async def test_account_whose_last_holder_is_stopped_in_a_transaction_does_not_delay_renewals(
+    cluster: Cluster,
+) -> None:
+    a, _ = await pair(cluster)
+    await cluster.ledger.write(leases.add, ["other"])
+    with psycopg.connect(cluster.url) as stopped:
+        stopped.execute("SELECT 1 FROM poller.leases WHERE app_id = 'other' FOR KEY SHARE")
+        assert await a.keeper.take("other") is None
+        assert (await a.keeper.renew()).is_answered
+    assert await a.keeper.take("other") is not None
 
 
 async def test_lease_that_has_ended_goes_on_if_nobody_has_taken_the_account(
