@@ -126,6 +126,8 @@ class LineOutput:
 
     def _have_thread(self) -> bool:
         """Start the thread unless it runs; it ends when idle, and a fork does not copy it."""
+        if sys.is_finalizing():  # a thread would never run, and its start never return
+            return False
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._write_queued, name="log", daemon=True)
             try:

@@ -281,3 +281,24 @@ def test_complaining_without_a_stderr_says_nothing_on_stdout(
     stdio.complain("nobody hears it")
     with suppress(ValueError):
         assert capfd.readouterr().out == ""
+
+
+_LATE = """
+import sys
+from poller.log.output import LineOutput
+
+class Late:
+    output = LineOutput()
+    def __del__(self, output=output, is_finalizing=sys.is_finalizing):
+        output.write(f"the interpreter ends: {is_finalizing()}")
+
+late = Late()
+"""
+
+
+def test_line_that_comes_while_the_interpreter_ends_is_written_and_the_process_ends(
+    tmp_path: Path,
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        subprocess.run([sys.executable, "-c", _LATE], stdout=log, check=True, timeout=60)
+    assert (tmp_path / "log").read_text() == "the interpreter ends: True\n"
