@@ -188,8 +188,9 @@ class Monitor:
             metrics.set("account_suspended", account.is_suspended, account.account.name)
         if self._runtime.keeper is not None:
             for configured in self._runtime.config.accounts:
-                held = configured.app_id in self._runtime.accounts
-                metrics.set("lease_held", held, configured.name)
+                here = self._runtime.accounts.get(configured.app_id)
+                is_sure = here is not None and here.services.may_ask()
+                metrics.set("lease_held", is_sure, configured.name)
         for state in self._runtime.streams:
             metrics.set_user(*state.names, overdue=self._planner.is_overdue(state))
         try:

@@ -64,6 +64,14 @@ async def test_lease_held_is_0_on_a_node_that_waits(cluster: Cluster) -> None:
         assert f'poller_lease_held{{account="main"}} {held}.0' in text
 
 
+async def test_lease_held_is_0_once_a_node_cannot_be_sure_of_its_lease(cluster: Cluster) -> None:
+    first, _ = await pair(cluster)
+    first.let_trust_end()
+    await looked(first)
+    text = (await first.runtime.services.metrics.render()).decode()
+    assert 'poller_lease_held{account="main"} 0.0' in text
+
+
 async def test_status_names_the_node_that_answers_and_the_one_that_works(cluster: Cluster) -> None:
     first, second = await pair(cluster)
     await looked(first)
