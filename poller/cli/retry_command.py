@@ -49,7 +49,10 @@ async def _retry(settings: Config, fax_ids: Sequence[str], *, as_json: bool) -> 
         else:
             rows = await ledger.read(jobs.quarantined, _FOLLOWED)
         wanted = [row.id for row in rows] if fax_ids else None
-        count = await ledger.write(jobs.make_due, wanted, bootstrap.now())
+        count = made = await ledger.write(jobs.make_due, wanted, bootstrap.now())
+        while wanted is None and made:
+            made = await ledger.write(jobs.make_due, None, bootstrap.now())
+            count += made
         if as_json:
             print_json({"made_due": count})
             return

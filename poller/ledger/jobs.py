@@ -75,6 +75,7 @@ _SET_STORED = SET_FAX.values(
 )
 SET_JOB = update(jobs).where(_JOB)
 DONE = delete(jobs).where(_JOB)
+AT_ONCE = 200  # faxes in one transaction of an operator's command
 _AT = bindparam("at", type_=Instant)
 _COUNT_STORED = COUNT.values(
     damaged=streams.c.damaged + bindparam("damaged_by"),
@@ -316,11 +317,12 @@ def dismiss(connection: Connection, fax: int, *, now: datetime, reason: str) -> 
 def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime) -> int:
     """Make these faxes due now, also quarantined and dismissed ones, and forget their failures.
 
-    None means all quarantined faxes of configured streams. Leaves alone what eFax no longer has,
+    None means quarantined faxes of configured streams, AT_ONCE at most: a long transaction would delay
+    the service, so ask again until none is left. Leaves alone what eFax no longer has,
     and stored faxes unless they are damaged on the disk; an unreadable one may be whole. Returns how
     many were made due.
     """
-    held = _all_quarantined(connection) if wanted is None else some(connection, wanted)
+    held = _some_quarantined(connection) if wanted is None else some(connection, wanted)
     rows = [
         row
         for row in held
@@ -333,10 +335,10 @@ def make_due(connection: Connection, wanted: Sequence[int] | None, now: datetime
     return len(rows)
 
 
-def _all_quarantined(connection: Connection) -> list[FaxRow]:
+def _some_quarantined(connection: Connection) -> list[FaxRow]:
     wanted = FAX.where(
         DUE_TO_FETCH, faxes.c.state == State.QUARANTINED, streams.c.removed.is_(False)
-    )
+    ).limit(AT_ONCE)
     return [fax_row(row) for row in connection.execute(wanted)]
 
 

@@ -33,7 +33,7 @@ from poller.errors import CannotStart, PollerError, StorageUnusable, Unreachable
 from poller.ingest.account import AccountRunner
 from poller.ingest.fetch import Fetcher, Outcome
 from poller.ingest.stream_state import StreamState
-from poller.ledger import FaxRow, Ledger, meta
+from poller.ledger import FaxRow, Ledger, jobs, meta
 from poller.ledger.tables import REVISION
 from poller.lock import StateLock
 from poller.log.key import KEY_FILE
@@ -1039,6 +1039,22 @@ def test_status_and_retry_without_a_ledger_are_one_sentence(run: Run) -> None:
 
 
 STOPPED = "The service is not running: `systemctl start poller`, or run `poller once`.\n"
+
+
+def test_retry_makes_all_quarantined_faxes_due_a_few_at_a_time(
+    run: Run, efax: Simulator, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(5):
+        receive(efax)
+    efax.faults = faults("404@image=always")
+    assert run("once")[0] == 0
+    with sqlite3.connect(directory / "state" / "poller.db") as connection:
+        connection.execute("UPDATE faxes SET state = 'quarantined'")
+        connection.execute("UPDATE streams SET pending = 0, quarantined = 5 WHERE pending = 5")
+    connection.close()
+    monkeypatch.setattr(jobs, "AT_ONCE", 2)
+    assert run("retry", "--json") == (0, '{"made_due": 5}\n', "")
+    assert run("retry", "--json") == (0, '{"made_due": 0}\n', "")
 
 
 def test_retry_makes_named_faxes_due_now(run: Run, efax: Simulator, directory: Path) -> None:
