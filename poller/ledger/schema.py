@@ -64,7 +64,7 @@ def migrate(connection: Connection) -> bool:
         _VERSION.create(connection, checkfirst=True)
         connection.execute(insert(_VERSION).values(version_num=REVISION))
         return True
-    _require_no_older_nodes(connection)
+    require_no_older_nodes(connection)
     from alembic import command  # noqa: PLC0415  (slow to load, and needed once in a lifetime)
 
     config = _config()
@@ -73,7 +73,7 @@ def migrate(connection: Connection) -> bool:
     return False
 
 
-def _require_no_older_nodes(connection: Connection) -> None:
+def require_no_older_nodes(connection: Connection) -> None:
     """Raise CannotStart if a node is at work whose program could not work on the tables of READS.
 
     So a migration that only adds goes on beside older nodes, and one that takes something away (it

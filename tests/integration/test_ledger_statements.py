@@ -25,6 +25,7 @@ from poller.ledger import (
     backend_at,
     backfills,
     clock_repair,
+    copying,
     deletions,
     errands,
     failing,
@@ -193,6 +194,11 @@ class Everything:
         self(nodes.all_nodes)
         self(nodes.database_now)
         self(nodes.end, "run")
+        self(schema.require_no_older_nodes)
+        page = self(copying._page, metadata.tables["accounts"], None)
+        self(copying._page, metadata.tables["accounts"], ["app"])
+        self(copying._empty)
+        self(copying._put, metadata.tables["accounts"], page)
         self(forwarded.announce, forwarded.ForwardedNotice("app", ("u1",), of_sent=False))
         assert self(forwarded.waits, ["app"])
         assert len(self(forwarded.take, ["app"])) == 1
