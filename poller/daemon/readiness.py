@@ -13,7 +13,6 @@ from poller.ingest.hang_timeout import NO_PROGRESS_S
 from poller.ingest.runtime import Runtime
 from poller.ingest.stream_state import StreamState
 from poller.ledger import FailingCount
-from poller.ledger.leases import TTL
 from poller.problems import NOT_IN_TIME
 from poller.runtime_report import RuntimeReport
 from poller.status import lost
@@ -139,13 +138,6 @@ class Readiness:
             yield from _of_account(account, self.runtime.services.clock.now())
         if self.cluster is not None:
             yield from without_node(self.cluster)
-        keeper = self.runtime.keeper
-        if keeper is not None and keeper.unanswered_s > TTL.total_seconds():
-            yield see(
-                f"The database has not answered this node for {keeper.unanswered_s:.0f} seconds, so the "
-                "node works on no account.",
-                "ledger-unusable",
-            )
         yield from self._of_users(self.runtime.states)
         if not self.alive():
             yield see(

@@ -44,19 +44,6 @@ async def test_an_account_that_nobody_holds_makes_its_nodes_unready(cluster: Clu
     assert said.endswith("`poller help account-without-node`.")
 
 
-async def test_a_node_whose_database_does_not_answer_is_not_ready(cluster: Cluster) -> None:
-    _, second = await pair(cluster)
-    await second.holding.renew()
-    readiness = (await looked(second)).readiness
-    second.boot_s[0] += 15
-    assert readiness.troubles() == []
-    second.boot_s[0] += 1
-    (said,) = readiness.troubles()
-    assert said.startswith("The database has not answered this node for 16 seconds")
-    await second.holding.renew()
-    assert readiness.troubles() == []
-
-
 async def test_lease_held_is_0_on_a_node_that_waits(cluster: Cluster) -> None:
     for node, held in zip(await pair(cluster), "10", strict=True):
         await looked(node)
