@@ -3,9 +3,12 @@
 `Lab.node(prepare=…)` names these functions.
 """
 
+import asyncio
 import functools
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +21,7 @@ from sqlalchemy import Connection
 from poller.daemon import holding
 from poller.documents import Staged
 from poller.ingest import lease_keeper
+from poller.ingest.lease_keeper import LeaseKeeper
 from poller.ledger import jobs, leases, nodes
 from poller.ledger.writer import Writer
 from poller.store import Identity, Runs, Store, recovery, syscalls
@@ -25,9 +29,11 @@ from poller.store.bucket import BucketStore
 from poller.store.bucket_calls import Objects
 from poller.store.directory import Directory
 from poller.store.recovery import Fate
+from poller.store.spool import Spool
 from poller.store.sidecars import path_of
 
 _HERE = __name__
+_ASLEEP_S, _UNAWARE_S = 2.5, 2.0
 _PLANTS = ("no_fence", "no_ticket", "no_revoke", "ticket_believed")
 PLANTS = {"bucket": _PLANTS, "directory": (*_PLANTS, "shared_dot_names")}
 
@@ -46,6 +52,24 @@ def short_leases(_about: None) -> None:
     lease_keeper._TRUSTED_FOR_S, lease_keeper._RENEW_WITHIN_S = 2.0, 0.8
     lease_keeper.RENEW_EVERY_S, lease_keeper._AGAIN_AFTER_S = 0.8, 0.2
     holding._LOOK_S, holding._RANK_S = 0.3, 0.1
+
+
+def unaware(_about: None) -> None:
+    """After it was stopped, let a node not notice for two seconds that its leases are lost.
+
+    Only the fence and the tickets are left to keep it from harm then.
+    """
+    renew, renewed_at = LeaseKeeper.renew, time.monotonic()
+
+    async def late(self: LeaseKeeper, *given: Any, **how: Any) -> Any:
+        nonlocal renewed_at
+        if time.monotonic() - renewed_at > _ASLEEP_S:
+            await asyncio.sleep(_UNAWARE_S)
+        renewed_at = time.monotonic()
+        return await renew(self, *given, **how)
+
+    LeaseKeeper.renew = late  # type: ignore[method-assign]
+    LeaseKeeper.may_ask = lambda self, lease: lease.app_id in self.held  # type: ignore[method-assign]
 
 
 def in_group(number: int) -> None:
@@ -89,7 +113,7 @@ def shared_dot_names(_about: None) -> None:
 # -- stops -----------------------------------------------------------------------------------------
 
 _CHANGES = (
-    *("create", "create_synced", "sync_file", "sync_directory", "write", "close_written"),
+    *("create", "create_synced", "sync_file", "sync_directory", "close_written"),
     *("move", "rename", "unlink"),
 )
 _CALLS = ("put", "begin", "send_part", "complete", "abort", "delete", "head")
@@ -121,7 +145,8 @@ class Steps:
         elif since == step:
             with suppress(FileNotFoundError):
                 ordered.rename(self._directory / STOPPED)  # only one process can do it
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # Sent to the process, it could stop this thread a little later.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
     def before(self, owner: Any, name: str) -> None:
         real = getattr(owner, name)
@@ -141,6 +166,7 @@ def stoppable(directory: str) -> None:
         steps.before(syscalls, name)
     for name in _CALLS:
         steps.before(Objects, name)
+    steps.before(Spool, "write")
     transaction = Writer._transaction
 
     async def stepped(self: Writer, wanted: list[Any]) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from tests.cluster.judge import Verdict
 from tests.cluster.lab import WITHIN_S, Lab, Node, opened_lab
 
 _FAST: Mapping[str, Any] = {"retry": {"max_delay": "300ms"}}
-_BOTH_WRITE = ("move 1", "write 2")  # one places its image while the other one writes its own
+_BOTH_WRITE = ("move 1", "write 1")  # one places its image while the other one writes its own
 
 
 async def node_stopped(trial: Trial) -> Verdict:
@@ -40,7 +40,7 @@ async def stopped_at_steps(
     """
     async with opened_lab(store=store, accounts=1, users=1, hostile=False, url=url) as lab:
         prepare = {
-            **named("short_leases", *([plant] if plant else [])),
+            **named("short_leases", "unaware", *([plant] if plant else [])),
             "tests.cluster.altered:stoppable": str(lab.root),
         }
         for name in ("a", "b"):
@@ -48,7 +48,7 @@ async def stopped_at_steps(
         await lab.all_held()
         orders: list[tuple[str, ...]] = [(step,) for step in await _noted(lab)]
         if store == "directory":
-            orders.append(_BOTH_WRITE)
+            orders.insert(0, _BOTH_WRITE)
         if wanted is not None:
             orders = orders[:: -max(1, len(orders) // wanted)][:wanted]
         met = 0
