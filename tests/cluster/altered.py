@@ -29,8 +29,8 @@ from poller.store.bucket import BucketStore
 from poller.store.bucket_calls import Objects
 from poller.store.directory import Directory
 from poller.store.recovery import Fate
-from poller.store.spool import Spool
 from poller.store.sidecars import path_of
+from poller.store.spool import Spool
 
 _HERE = __name__
 _ASLEEP_S, _UNAWARE_S = 2.5, 2.0
