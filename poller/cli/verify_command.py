@@ -36,6 +36,7 @@ class VerifyReport:
     conditions: Counter[Condition] = field(default_factory=Counter)
     damaged: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[dict[str, Any]] = field(default_factory=list)
+    left_over: list[dict[str, Any]] = field(default_factory=list)
     unknown: int = 0
     unknown_files: list[str] = field(default_factory=list)
     sweeps: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class VerifyReport:
 
     def found(self, one: Checked) -> None:
         """Note what is on disk for one fax."""
-        self.conditions[one.finding.condition] += 1
+        self.conditions[one.condition] += 1
         row = one.row
         named = {"fax_id": row.fax_id, "path": row.file, "why": one.finding.why}
         whose = {"account": row.account, "user": row.user, "direction": row.direction}
@@ -60,6 +61,8 @@ class VerifyReport:
         elif one.is_unreadable:
             self.unreadable.append(named | whose)
             self.unread.add(row.id)
+        elif one.is_left_over:
+            self.left_over.append(named | whose)
 
     def tried(self, rows: Sequence[FaxRow]) -> None:
         """Note the requested faxes' present state; the service may not have tried some yet."""
@@ -82,6 +85,7 @@ class VerifyReport:
             **self.counts(),
             "damaged": self.damaged,
             "unreadable": self.unreadable,
+            "left_over": self.left_over,
             "unknown": self.unknown,
             "unknown_files": self.unknown_files,
             "sweeps": self.sweeps,
@@ -235,6 +239,8 @@ def _print(report: VerifyReport) -> None:
         say(f"not fetched  {fax['fax']}: {error}", "bold red")
     for sentence in report.refused:
         say(f"not requested  {sentence}", "bold red")
+    for one in report.left_over:
+        say(f"left over  {name_of(one)}  {one['path']}: {one['why']}; the fax was taken", "yellow")
     for file in report.unknown_files:
         say(f"unknown  {file} belongs to no fax; poller leaves it alone", "yellow")
     print_figures(
@@ -242,6 +248,7 @@ def _print(report: VerifyReport) -> None:
             **report.counts(),
             "damaged": len(report.damaged),
             "unreadable": len(report.unreadable),
+            "left over": len(report.left_over),
             "unknown files": report.unknown,
             "found by sweep": report.sweeps["found_by_sweep"],
             "found by deep sweep": report.sweeps["found_by_deep_sweep"],

@@ -22,10 +22,29 @@ class Checked:
 
     row: OnDisk
     finding: Finding
+    is_shared: bool  # whether several nodes write in the store
+
+    @property
+    def is_left_over(self) -> bool:
+        """Whether the fax was taken, and its image came after that, from a node that was stopped.
+
+        One process alone does not do that: there, somebody has removed the sidecar.
+        """
+        is_stored = self.row.state is State.STORED
+        return self.is_shared and is_stored and self.finding.is_image_alone
+
+    @property
+    def condition(self) -> Condition:
+        return Condition.TAKEN if self.is_left_over else self.finding.condition
+
+    @property
+    def damage(self) -> str | None:
+        """Return how its files are damaged, or what cannot be read."""
+        return None if self.is_left_over else self.finding.why
 
     @property
     def is_damaged(self) -> bool:
-        return self.finding.condition is Condition.DAMAGED
+        return self.condition is Condition.DAMAGED
 
     @property
     def is_unreadable(self) -> bool:
@@ -97,7 +116,8 @@ class Auditor:
         async def look(some: Sequence[OnDisk]) -> list[Checked]:
             async with turns:
                 found = await self.storage.look([_wanted(row) for row in some], thorough=thorough)
-            return [Checked(row, finding) for row, finding in zip(some, found, strict=True)]
+            shared = self.ledger.is_shared
+            return [Checked(row, one, shared) for row, one in zip(some, found, strict=True)]
 
         steps = [rows[begin : begin + _STEP] for begin in range(0, len(rows), _STEP)]
         answers = await asyncio.gather(*(look(some) for some in steps))
@@ -108,11 +128,11 @@ class Auditor:
         found: defaultdict[str, dict[int, tuple[str, str | None]]] = defaultdict(dict)
         ledgers: dict[str, Ledger] = {}
         for one in checked:
-            is_news = one.row.state is State.STORED and one.row.damage != one.finding.why
+            is_news = one.row.state is State.STORED and one.row.damage != one.damage
             ledger = self._ledger_of(one.row)
-            if is_news and ledger and (thorough or one.finding.condition is not Condition.OK):
+            if is_news and ledger and (thorough or one.condition is not Condition.OK):
                 whose = one.row.app_id if self.ledger_of else ""
-                found[whose][one.row.id] = (one.row.sha256, one.finding.why)
+                found[whose][one.row.id] = (one.row.sha256, one.damage)
                 ledgers[whose] = ledger
         unreadable = {one.row.id for one in checked if one.is_unreadable}
         for whose, ledger in ledgers.items():

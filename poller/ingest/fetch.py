@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from poller.errors import (
     ApiError,
     BadAnswer,
     Evidence,
+    LeaseLost,
     LedgerUnavailable,
     MovedAway,
     NotChecked,
@@ -37,7 +38,7 @@ from poller.evidence import EvidenceStore
 from poller.ingest.completing import Completer
 from poller.ingest.facts import Facts
 from poller.ingest.gate import Gate
-from poller.ledger import FaxRow, Ledger, State, jobs
+from poller.ledger import FaxRow, Ledger, State, faxes, jobs
 from poller.metrics import Metrics, TicketOutcome
 from poller.own_threads import looked_at
 from poller.store import Draft, Identity, Origin, Storage, sidecar
@@ -286,8 +287,14 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
 
     async def _publish(self, fax: FaxRow, draft: Draft, staged: Staged) -> None:
         """Record the ticket before anybody can take the fax away, then publish."""
-        with self._written(fax):
-            await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
+        has_placed = draft.has_placed
+        try:
+            with self._written(fax):
+                await self._services.ledger.write_together(jobs.staged, (fax.id, staged))
+        except LeaseLost:
+            if has_placed:
+                await self._discard_if_late(fax, staged.file)
+            raise
         self._services.facts.add(fax, jobs.staged, (fax.id, staged))
         try:
             if not await draft.publish(staged):
@@ -297,6 +304,20 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             await draft.take_back(staged)
             raise
         await self._record(fax, staged.file, staged.problem)
+
+    async def _discard_if_late(self, fax: FaxRow, file: StoredFile) -> None:
+        """Remove the image that this run placed, if the fax had been delivered and taken before.
+
+        A stored fax has no sidecar only if a consumer has taken it, after the image. So this image
+        came later. In all other cases, the node that has the account may have adopted it.
+        """
+        row = await self._services.ledger.read(faxes.one, fax.id)
+        if row.state is not State.STORED or row.staged is not None:
+            return
+        with suppress(StorageUnusable, StorageConflict):  # `verify` names what is left
+            (seen,) = await self._services.storage.look([(file, _identity(fax))], thorough=True)
+            if seen.is_placed:
+                await self._services.storage.ask(lambda store: store.discard(file))
 
     async def _require_claimed(self, fax: FaxRow) -> None:
         """Check the job again: its row was read before the fax waited for its turn."""

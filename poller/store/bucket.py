@@ -172,14 +172,14 @@ class BucketStore:  # more than 20 methods: the verbs of a store
             "damaged": str(stored.damaged).lower(),
         }
         with spool.reader() as body:
-            is_ours = self._objects.put(
+            spool.is_ours = self._objects.put(
                 _image(path, stored.format),
                 body,
                 kind=_KINDS[stored.format],
                 metadata=given,
                 replacing=stored.format == "json",
             )
-        if not is_ours and self._image_trouble(stored, thorough=False) is not None:
+        if not spool.is_ours and self._image_trouble(stored, thorough=False) is not None:
             raise StorageConflict(f"another file already has the name {stored.file}")
         spool.is_placed = True
 
@@ -225,6 +225,9 @@ class BucketStore:  # more than 20 methods: the verbs of a store
 
     def take_back(self, spool: Spool, stored: StoredFile) -> None:
         """Leave the image: without a sidecar it is no fax, and another node may continue with it."""
+
+    def discard(self, stored: StoredFile) -> None:
+        self._objects.delete(_image(path_of(stored), stored.format))
 
     def revoke(self, path: str, ticket: str) -> bool:
         self._objects.abort(f"{path}.json", ticket.partition(" ")[2])

@@ -149,6 +149,10 @@ class Directory:  # more than 20 methods: the verbs of a store
         if spool.is_ours and not self._runs.shared:
             publish.hide_image(at, stored)
 
+    def discard(self, stored: StoredFile) -> None:
+        with suppress(FileNotFoundError), closing(self._open(path_of(stored))) as at:
+            syscalls.unlink(at.names.image(stored.format), at.fd)
+
     def revoke(self, path: str, ticket: str) -> bool:
         number, _, name = ticket.partition("/")
         try:

@@ -178,6 +178,11 @@ class Draft(AbstractAsyncContextManager["Draft"]):  # more than 20 methods: half
 
         return await self._run(step)
 
+    @property
+    def has_placed(self) -> bool:
+        """Whether this draft gave the image its name, and did not find it there."""
+        return self._spool is not None and self._spool.is_ours
+
     async def take_back(self, staged: Staged) -> None:
         """Hide the image again, after the row has forgotten its ticket."""
         await self._run(lambda: self._berth.store.take_back(self._begun(), staged.file))

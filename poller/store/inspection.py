@@ -78,6 +78,11 @@ class Finding:
         return self.image is None and self.sidecar == MISSING
 
     @property
+    def is_image_alone(self) -> bool:
+        """Whether there is an image, whatever it is, and no sidecar."""
+        return self.sidecar == MISSING and self.image != MISSING and not self.is_unreadable
+
+    @property
     def in_transit(self) -> bool:
         """Whether a consumer seems to be taking it now: consumers take the image first."""
         return self.image == MISSING and self.sidecar is None

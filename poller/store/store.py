@@ -86,6 +86,9 @@ class Store(Protocol):  # more than 20 methods: the whole, a fax on its way, wha
     def take_back(self, spool: Spool, stored: StoredFile) -> None:
         """Hide the image of a fax that has no ticket."""
 
+    def discard(self, stored: StoredFile) -> None:
+        """Remove the image of a fax that was delivered and taken before this image came."""
+
     def revoke(self, path: str, ticket: str) -> bool:
         """Make sure that nobody can ever use the ticket; you may call this repeatedly.
 

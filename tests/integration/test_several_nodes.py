@@ -14,7 +14,7 @@ import pytest
 from alembic import command as alembic_command
 from sqlalchemy import Connection
 
-from poller.cli import bootstrap
+from poller.cli import bootstrap, verify_command
 from poller.cli.foreground import in_runtime
 from poller.config.model import AccountHook, Config, SecretRef
 from poller.daemon import reload
@@ -664,6 +664,7 @@ async def test_node_that_is_stopped_past_its_lease_delivers_nothing_twice(
         await delivered_around_a_stop(cluster, simulator, step, is_taken_before=is_taken_before)
         == 1
     )
+    assert files(cluster.settings.storage.directory, "*.pdf") == []
 
 
 async def delivered_around_a_stop(
@@ -698,6 +699,47 @@ async def delivered_around_a_stop(
 def is_asking_in_vain(node: ClusterNode) -> bool:
     """Whether the account's work waits for a turn, which a node without trust never gives."""
     return APP not in node.runtime.accounts or bool(node.account.client._pacer._waiting)
+
+
+async def test_image_that_a_stopped_node_placed_stays_if_another_one_has_adopted_it(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, b = await pair(cluster)
+    fax_id = await arrived(simulator, a)
+    stop = Stop()
+    STEPS["ticket"](stop, a)
+    fetching = asyncio.create_task(a.account.workers.run_until_idle())
+    await stop.reached()
+    await taken_over(cluster, a, b)
+    await b.fetch_all()
+    stop.go_on()
+    await until(fetching.done)
+    assert (await row(cluster, fax_id)).state is State.STORED
+    (image,) = files(cluster.settings.storage.directory, "*.pdf")
+    assert image.with_suffix(".json").exists()
+
+
+async def test_image_that_came_after_its_fax_was_taken_is_named_and_never_delivered_again(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, _ = await pair(cluster)
+    await arrived(simulator, a)
+    await a.fetch_all()
+    storage = cluster.settings.storage.directory
+    (image,) = files(storage, "*.pdf")
+    data = image.read_bytes()
+    assert consumed(storage) == 1
+    image.write_bytes(data)  # by a node that was killed then
+    report = verify_command.VerifyReport()
+    await verify_command._audit(cluster.settings, cluster.ledger, report, set(), thorough=True)
+    shown = report.shown()
+    assert (shown["taken"], shown["damaged"], shown["unknown"]) == (1, [], 0)
+    (left_over,) = shown["left_over"]
+    assert left_over["path"] == str(image.relative_to(storage))
+    assert left_over["why"] == "the sidecar is gone, but the image is still there"
+    assert report.amiss == set()  # so `--repair` fetches nothing
+    rows = await cluster.ledger.read(faxes.with_damage, 9)
+    assert rows == []
 
 
 async def test_node_never_places_what_another_one_is_still_writing(

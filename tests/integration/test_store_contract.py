@@ -215,6 +215,18 @@ def test_same_image_under_the_name_counts_and_another_is_never_overwritten(store
     assert visible(store) == {stored.file: FAX}
 
 
+def test_image_that_came_too_late_is_removed_by_the_run_that_placed_it(run: Open) -> None:
+    first, second = run(), run()
+    spool, stored = placed(first)
+    again, same = placed(second)
+    assert (spool.is_ours, again.is_ours) == (True, False)
+    first.discard(stored)
+    assert visible(second) == {}
+    second.discard(same)  # it is gone already
+    for one in (spool, again):
+        one.close()
+
+
 def test_sidecar_of_another_fax_is_never_overwritten(store: Store) -> None:
     published(store)
     spool, stored = arrived(store)
