@@ -193,8 +193,12 @@ class Holding:
         self, held: Mapping[str, LeaseRow], known: Collection[NodeRow]
     ) -> None:
         """Mark users as removed if no live node has had their account for a minute."""
+        if self._keeper.is_in_doubt:  # the other nodes may not be able to report either
+            self._unconfigured.clear()
+            return
         now = self._clock.monotonic()
         configured = {one for row in known if row.is_live for one in row.report.accounts}
+        configured |= {one.app_id for one in self._runtime.config.accounts}
         for app_id in configured & self._unconfigured.keys():
             del self._unconfigured[app_id]
         for app_id in held.keys() - configured:

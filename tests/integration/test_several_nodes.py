@@ -97,6 +97,38 @@ def consumed(storage: Path) -> int:
 # -- who works on what ----------------------------------------------------------------------------
 
 
+async def test_after_an_outage_of_the_database_no_node_takes_an_account_from_itself(
+    cluster: Cluster,
+) -> None:
+    nodes_at_work = await pair(cluster)
+    for node in nodes_at_work:  # no renewal was answered
+        await cluster.forget(node)
+    await cluster.expire()
+    for _ in range(2):
+        await nodes_at_work[0].holding.look()
+        cluster.clock.mono += 61
+    assert (await cluster.lease()).term == 1
+    assert not any(row.removed for row in await cluster.ledger.read(streams.all_streams))
+
+
+async def test_an_account_of_other_nodes_is_not_removed_while_nobody_can_report(
+    cluster: Cluster,
+) -> None:
+    node, other = await pair(cluster)
+    await cluster.ledger.write(leases.add, ["another"])
+    await node.holding.look()
+    cluster.clock.mono += 61
+    node.boot_s[0] += 11
+    await node.holding.look()
+    assert (await cluster.ledger.read(leases.all_leases))["another"].term == 0
+    await node.holding.renew()
+    await node.holding.look()
+    cluster.clock.mono += 61
+    await node.holding.look()
+    assert (await cluster.ledger.read(leases.all_leases))["another"].term == 1
+    assert other.holds == []
+
+
 async def look_thrice(cluster: Cluster, node: ClusterNode) -> None:
     for _ in range(3):
         await node.holding.look()
