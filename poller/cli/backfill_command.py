@@ -175,7 +175,7 @@ async def _work(key: str, window: Interval, runtime: Runtime) -> dict[str, Any]:
     keep_only(runtime, key)
     (state,) = (one for one in runtime.streams if one.key == key)
     account = runtime.accounts[state.user.app_id]
-    ledger = runtime.services.ledger
+    ledger = account.services.ledger
     asked = await ledger.write(backfills.ask, state.id, window, runtime.services.clock.now())
     await state.reread()
     with progress(f"backfilling {key}") as show:

@@ -12,6 +12,7 @@ from poller.cli.lookup import NotDone
 from poller.cluster import own_name
 from poller.config.model import Account, Config
 from poller.errors import CannotStart, LockHeld, UsageError
+from poller.ingest.account import AccountRunner
 from poller.ingest.lease_keeper import LeaseKeeper
 from poller.ingest.runtime import Runtime, open_runtime
 from poller.ledger import leases, nodes
@@ -140,6 +141,13 @@ async def _while_held(keeper: LeaseKeeper, work: Coroutine[Any, Any, T]) -> T:
         for task in (working, renewing):
             task.cancel()
         await asyncio.gather(working, renewing, return_exceptions=True)
+
+
+def account_of(runtime: Runtime, key: str) -> AccountRunner:
+    """Return the account of ACCOUNT/USER."""
+    return next(
+        one for one in runtime.accounts.values() if one.account.name == key.partition("/")[0]
+    )
 
 
 def keep_only(runtime: Runtime, key: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from poller.cli import bootstrap, stdio
 from poller.cli.console import answer, progress, say
 from poller.cli.follow import GONE_S, LOOK_S
-from poller.cli.foreground import keep_only, work_or_follow
+from poller.cli.foreground import account_of, keep_only, work_or_follow
 from poller.cli.lookup import configured_user, received_stream
 from poller.config.model import Config, User
 from poller.documents.checkers import Checkers
@@ -185,7 +185,7 @@ def _may_end(row: SendRow, stored_at: float | None, now: float) -> bool:
 async def _work(key: str, within: timedelta, runtime: Runtime) -> SendRow:
     keep_only(runtime, key)
     state = next(one for one in runtime.states if one.key == key)
-    ledger = runtime.services.ledger
+    ledger = account_of(runtime, key).services.ledger
     row = await _asked(ledger, runtime.config.state_directory, state.id, state.user, within)
     sender = Sender(runtime)
     sending = asyncio.create_task(_sent(sender, row), name="send")

@@ -14,7 +14,7 @@ from poller import outbox
 from poller.cli import bootstrap, stdio
 from poller.cli.console import answer, say
 from poller.cli.follow import wait as wait_for
-from poller.cli.foreground import keep_only, work_or_follow
+from poller.cli.foreground import account_of, keep_only, work_or_follow
 from poller.cli.lookup import NotDone, configured_user, counted, received_stream
 from poller.config.model import Config
 from poller.documents import NotADocument, format_of
@@ -202,9 +202,9 @@ async def followed(settings: Config, ledger: Ledger, row: SendRow, *, wait: bool
 async def _work(order: _Order, runtime: Runtime) -> SendRow:
     keep_only(runtime, order.key)
     stream = next(state.id for state in runtime.states if state.key == order.key)
-    ledger = runtime.services.ledger
+    ledger = account_of(runtime, order.key).services.ledger
     sender = Sender(runtime)
-    left_over = await _left_over(runtime, sender, stream)
+    left_over = await _left_over(runtime, ledger, sender, stream)
     row = await _asked(ledger, runtime.config, stream, order)
     try:
         row = await sender.send(row)
@@ -213,14 +213,16 @@ async def _work(order: _Order, runtime: Runtime) -> SendRow:
         await asyncio.gather(*left_over)
     except asyncio.CancelledError:
         with suppress(Exception):
-            await _say_interrupted(runtime, row)
+            await _say_interrupted(runtime, ledger, row)
         raise
     return row
 
 
-async def _left_over(runtime: Runtime, sender: Sender, stream: int) -> list[asyncio.Task[SendRow]]:
+async def _left_over(
+    runtime: Runtime, ledger: Ledger, sender: Sender, stream: int
+) -> list[asyncio.Task[SendRow]]:
     """Look for faxes that earlier commands were sending; withdraw those not yet begun."""
-    ledger, state, now = runtime.services.ledger, runtime.config.state_directory, bootstrap.now()
+    state, now = runtime.config.state_directory, bootstrap.now()
     looks = []
     for one in await ledger.read(sends.unfinished):
         if one.stream != stream:
@@ -235,7 +237,7 @@ async def _left_over(runtime: Runtime, sender: Sender, stream: int) -> list[asyn
     return looks
 
 
-async def _say_interrupted(runtime: Runtime, row: SendRow) -> None:
-    ledger, state = runtime.services.ledger, runtime.config.state_directory
+async def _say_interrupted(runtime: Runtime, ledger: Ledger, row: SendRow) -> None:
+    state = runtime.config.state_directory
     row = await withdraw(ledger, state, row, bootstrap.now(), "the command was interrupted")
     stdio.complain(f"poller: interrupted; {_sentence(row)}")

@@ -199,13 +199,14 @@ class Webhooks:  # more than 20 methods: notices, records, and what other nodes 
             await self._ledger.write(forwarded.announce, self._to_forward[0])
             self._to_forward.popleft()
         mine = list(self._hooks)
-        if not mine or not await self._ledger.read(forwarded.waits, mine):
-            return
-        for notice in await self._ledger.write(forwarded.take, mine):
-            hook = self._hooks.get(notice.app_id)
-            if hook is not None:
-                hook.record = hook.record.after_notice(self._clock.now())
-                self._notice(hook, notice.user_ids, of_sent=notice.of_sent)
+        for app_id in await self._ledger.read(forwarded.waiting, mine) if mine else ():
+            if (hook := self._hooks.get(app_id)) is not None:
+                await self._take_forwarded(hook, app_id)
+
+    async def _take_forwarded(self, hook: _Hook, app_id: str) -> None:
+        for notice in await hook.runner.services.ledger.write(forwarded.take, app_id):
+            hook.record = hook.record.after_notice(self._clock.now())
+            self._notice(hook, notice.user_ids, of_sent=notice.of_sent)
 
     # -- notices ----------------------------------------------------------------------------------
 

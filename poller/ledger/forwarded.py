@@ -24,15 +24,15 @@ def announce(connection: Connection, notice: ForwardedNotice) -> None:
     connection.execute(insert(notices).values(app_id=notice.app_id, named=named))
 
 
-def waits(connection: Connection, app_ids: Collection[str]) -> bool:
-    """Whether a notice for one of these accounts has arrived at another node."""
-    mine = select(notices.c.id).where(notices.c.app_id.in_(sorted(app_ids))).limit(1)
-    return connection.scalar(mine) is not None
+def waiting(connection: Connection, app_ids: Collection[str]) -> list[str]:
+    """Return for which of these accounts a notice has arrived at another node."""
+    mine = select(notices.c.app_id).where(notices.c.app_id.in_(sorted(app_ids)))
+    return list(connection.scalars(mine.distinct().order_by(notices.c.app_id)))
 
 
-def take(connection: Connection, app_ids: Collection[str]) -> list[ForwardedNotice]:
-    """Return what arrived for these accounts, in order, and forget it."""
-    mine = select(notices).where(notices.c.app_id.in_(sorted(app_ids))).order_by(notices.c.id)
+def take(connection: Connection, app_id: str) -> list[ForwardedNotice]:
+    """Return what arrived for an account, in order, and forget it."""
+    mine = select(notices).where(notices.c.app_id == app_id).order_by(notices.c.id)
     rows = connection.execute(mine).all()
     if rows:
         connection.execute(delete(notices).where(notices.c.id.in_([row.id for row in rows])))

@@ -200,8 +200,8 @@ class Everything:
         self(copying._empty)
         self(copying._put, metadata.tables["accounts"], page)
         self(forwarded.announce, forwarded.ForwardedNotice("app", ("u1",), of_sent=False))
-        assert self(forwarded.waits, ["app"])
-        assert len(self(forwarded.take, ["app"])) == 1
+        assert self(forwarded.waiting, ["app"]) == ["app"]
+        assert len(self(forwarded.take, "app")) == 1
 
     def of_streams(self) -> int:
         identity = ("app", "u1", "main", "front-desk")

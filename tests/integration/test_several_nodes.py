@@ -3,9 +3,11 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ import pytest
 from alembic import command as alembic_command
 from sqlalchemy import Connection
 
-from poller.cli import bootstrap, verify_command
+from poller.cli import (
+    backfill_command,
+    bootstrap,
+    selftest_command,
+    send_command,
+    verify_command,
+)
 from poller.cli.foreground import in_runtime
 from poller.config.model import AccountHook, Config, SecretRef
 from poller.daemon import reload
@@ -22,18 +30,31 @@ from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
-from poller.ledger import FaxRow, State, faxes, jobs, leases, meta, nodes, schema, streams
+from poller.ledger import (
+    FaxRow,
+    State,
+    faxes,
+    forwarded,
+    jobs,
+    leases,
+    meta,
+    nodes,
+    schema,
+    streams,
+)
 from poller.ledger.postgres.postgres_backend import PostgresBackend
 from poller.ledger.tables import REVISION
 from poller.lock import StorageLock
+from poller.outbox import OutboxDocument
 from poller.pacing import Kind, Ticket
 from poller.simulator.faults import Fault, Faults
 from poller.store import Runs
 from poller.store.directory import Directory
+from poller.window import Interval
 from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock
 from tests.efax import Simulator
 from tests.integration.at_work import HELD_S, calls, files, said, settled, until
-from tests.integration.cluster import Cluster, ClusterNode, opened_cluster
+from tests.integration.cluster import LONG_AGO, Cluster, ClusterNode, opened_cluster
 
 
 @pytest.fixture
@@ -441,7 +462,14 @@ async def test_notice_that_reaches_another_node_wakes_the_users_at_the_one_that_
     assert woken == ["user-b"]
     await holder.forward()
     assert woken == ["user-b"]
-    await holder.stop()
+    waiting.taken(APP, json.dumps({"user_id": "user-a"}).encode())
+    await waiting.forward()
+    await cluster.steal()  # it stays for the new holder
+    with pytest.raises(LeaseLost):
+        await holder.forward()
+    assert await cluster.ledger.read(forwarded.waiting, [APP]) == [APP]
+    with suppress(LeaseLost):
+        await holder.stop()
 
 
 # -- commands -------------------------------------------------------------------------------------
@@ -488,6 +516,42 @@ async def test_command_ends_when_another_node_has_taken_its_account(
     monkeypatch.setattr(lease_keeper, "RENEW_EVERY_S", 0.01)
     with pytest.raises(LeaseLost):
         await in_runtime(cluster.of("a"), StorageLock(), work, needs_storage=False)
+
+
+WINDOW = Interval(LONG_AGO, LONG_AGO + timedelta(hours=1))
+ORDER = send_command._Order(
+    "main/user-a", "13235551212", [OutboxDocument("pdf", b"%PDF-")], wait=False
+)
+COMMANDS: dict[str, Callable[[Runtime], Coroutine[Any, Any, Any]]] = {
+    "backfill": partial(backfill_command._work, "main/user-a", WINDOW),
+    "send": partial(send_command._work, ORDER),
+    "selftest": partial(selftest_command._work, "main/user-a", timedelta(minutes=1)),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_command_writes_nothing_once_another_node_has_its_account(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("KEY", KEY)
+
+    async def never(_: object) -> None:
+        await asyncio.Event().wait()
+
+    async def work(runtime: Runtime) -> None:
+        await cluster.steal()
+        await COMMANDS[command](runtime)
+
+    monkeypatch.setattr(lease_keeper.LeaseKeeper, "renew_until_lost", never)
+    settings = cluster.of("a")
+    (one,) = settings.accounts
+    users = tuple(replace(user, number="13235551212") for user in one.users)
+    settings = replace(settings, accounts=(replace(one, users=users),))
+    with pytest.raises(LeaseLost):
+        await in_runtime(settings, StorageLock(), work, needs_storage=False)
+    with psycopg.connect(cluster.url) as connection:
+        for table in ("sends", "backfills"):
+            assert connection.execute(f"SELECT count(*) FROM poller.{table}").fetchone() == (0,)
 
 
 # -- trust ----------------------------------------------------------------------------------------
