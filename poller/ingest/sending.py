@@ -215,7 +215,7 @@ class Sender:
             outgoing = await self._outgoing(row)
         except (OSError, KeyError, ValueError) as error:
             return await self._failed(
-                row, f"poller cannot read its documents: {type(error).__name__}"
+                row, _why_unread(error, is_shared=self._runtime.keeper is not None)
             )
         began = None
 
@@ -357,3 +357,13 @@ def _code(found: Transmission) -> str:
         return ""
     meaning = ERRORS.get(found.error_code.upper())
     return f" ({found.error_code}{f': {meaning}' if meaning else ''})"
+
+
+def _why_unread(error: Exception, *, is_shared: bool) -> str:
+    """Say why the documents of a fax cannot be read; with several nodes, another may have them."""
+    if is_shared and isinstance(error, FileNotFoundError):
+        return (
+            "its account has moved to this node, and its documents are on the node that was asked: send "
+            "it again"
+        )
+    return f"poller cannot read its documents: {type(error).__name__}"

@@ -30,8 +30,11 @@ from poller.daemon.webhooks import Webhooks
 from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
+from poller.ingest.send_request import ask_to_send
+from poller.ingest.sending import Sender
 from poller.ledger import (
     FaxRow,
+    SendState,
     State,
     faxes,
     forwarded,
@@ -40,6 +43,7 @@ from poller.ledger import (
     meta,
     nodes,
     schema,
+    sends,
     streams,
 )
 from poller.ledger.postgres.postgres_backend import PostgresBackend
@@ -516,6 +520,26 @@ async def test_command_ends_when_another_node_has_taken_its_account(
     monkeypatch.setattr(lease_keeper, "RENEW_EVERY_S", 0.01)
     with pytest.raises(LeaseLost):
         await in_runtime(cluster.of("a"), StorageLock(), work, needs_storage=False)
+
+
+async def test_fax_whose_account_moves_before_it_is_sent_fails_and_says_what_to_do(
+    cluster: Cluster,
+) -> None:
+    a, b = await pair(cluster)
+    state = next(iter(a.account.states.values()))
+    new = sends.NewSend(state.id, "t-1", "operator", "13235551212", None, None)
+    row = await ask_to_send(
+        a.account.services.ledger,
+        a.runtime.config.state_directory,
+        new,
+        [OutboxDocument("pdf", b"%PDF-")],
+        cluster.clock.now(),
+    )
+    await a.holding.give_back(APP)
+    await taken_by(cluster, b)
+    failed = await Sender(b.runtime).send(row)
+    assert failed.state is SendState.FAILED
+    assert "are on the node that was asked: send it again" in str(failed.error)
 
 
 WINDOW = Interval(LONG_AGO, LONG_AGO + timedelta(hours=1))
