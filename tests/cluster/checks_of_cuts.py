@@ -88,7 +88,7 @@ async def _cut_off_in_turn(store: str, seconds: float, *wanted: str) -> Verdict:
         for name, group in _GROUPS.items():
             await lab.node(name, prepare={f"{in_group.__module__}:in_group": group})
         await lab.all_held()
-        async with lab.under_load(per_second=6.0):
+        async with lab.under_load(per_second=3.0):
             for cut in _cuts(lab):
                 if not wanted or str(cut) in wanted:
                     await _cut_off(lab, cut, seconds)

@@ -12,6 +12,7 @@ from tests.exhaustive import EXHAUSTIVE
 from tests.s3 import s3_url
 
 __all__ = ["s3_url"]
+pytestmark = pytest.mark.timeout(7200 if EXHAUSTIVE else 300)
 
 
 @pytest.fixture(autouse=True)
