@@ -1,58 +1,51 @@
-"""What this run stored lately, to record it again in a database that lost it in a failover."""
+"""What this run stored lately, for a database that loses it in a failover."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from sqlalchemy import Connection
-
-from poller.ledger import FaxRow, Ledger, faxes, jobs
+from poller.documents import Staged
+from poller.ledger import FaxRow, Ledger, failover
+from poller.ledger.failover import Fact
+from poller.ledger.fold import chunks
+from poller.ledger.jobs import Stored
+from poller.stream import Stream
 
 _FOR_S = 600.0
-Command = Callable[[Connection, list[Any]], None]
-
-
-@dataclass(frozen=True)
-class _Fact:
-    at: float
-    fax: FaxRow
-    command: Command
-    item: Any
 
 
 @dataclass
 class Facts:
-    """Facts stay true after a takeover, so they need no lease; `is_on` with several nodes."""
+    """The last fact about each fax; it stays true after a takeover. `is_on` with several nodes."""
 
     monotonic: Callable[[], float]
     is_on: bool = False
-    _facts: deque[_Fact] = field(default_factory=deque)
+    _facts: dict[tuple[Stream, str], tuple[float, Fact]] = field(default_factory=dict)
 
-    def add(self, fax: FaxRow, command: Command, item: Any) -> None:
-        """Remember for ten minutes what `command` recorded of a fax."""
+    def add(self, fax: FaxRow, outcome: Staged | Stored) -> None:
+        """Remember for ten minutes what was recorded of a fax."""
         if not self.is_on:
             return
+        self.forget(fax)  # the newest fact is the last one
         now = self.monotonic()
-        self._facts.append(_Fact(now, fax, command, item))
-        while self._facts[0].at < now - _FOR_S:
-            self._facts.popleft()
+        self._facts[fax.whose, fax.fax_id] = now, Fact(fax, outcome)
+        while (oldest := next(iter(self._facts.items())))[1][0] < now - _FOR_S:
+            del self._facts[oldest[0]]
+
+    def forget(self, fax: FaxRow) -> None:
+        """Forget a ticket that is no longer in the row."""
+        self._facts.pop((fax.whose, fax.fax_id), None)
+
+    def stored(self, fax: FaxRow) -> Stored | None:
+        """Return what was recorded of a fax that is now to be fetched, if the database has lost it."""
+        _, fact = self._facts.get((fax.whose, fax.fax_id), (0.0, None))
+        if fact is None or fax.refetch or not isinstance(fact.outcome, Stored):
+            return None
+        return fact.outcome
 
     async def say_again(self, ledger: Ledger) -> int:
-        """Record all facts again; return how many faxes they are about. Raises LedgerUnavailable."""
-        return await ledger.write(_say_again, list(self._facts))
-
-
-def _say_again(connection: Connection, facts: Sequence[_Fact]) -> int:
-    """Record each in order, if the row is still that fax's: another may have its id by now."""
-    known = {row.id: row for row in faxes.some(connection, [fact.fax.id for fact in facts])}
-    said = set()
-    for fact in facts:
-        row, fax = known.get(fact.fax.id), fact.fax
-        if row is None or (row.stream, row.fax_id) != (fax.stream, fax.fax_id):
-            continue
-        if fact.command is jobs.staged and (row.staged is not None or row.stored_at is not None):
-            continue  # the row already says more
-        fact.command(connection, [fact.item])
-        said.add(fax.id)
-    return len(said)
+        """Record what the database has lost; return of how many faxes. Raises LedgerUnavailable."""
+        facts = [fact for _, fact in self._facts.values()]
+        said = 0
+        for some in chunks(facts):
+            said += await ledger.write(failover.record_again, some)
+        return said

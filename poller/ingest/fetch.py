@@ -4,7 +4,7 @@ import asyncio
 import enum
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
@@ -158,6 +158,9 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             return await self._failed(fax, error)
 
     async def _fetch(self, fax: FaxRow, user: User) -> Outcome:
+        if (known := self._services.facts.stored(fax)) is not None:
+            await self._services.ledger.write_together(jobs.stored, replace(known, fax=fax.id))
+            return Outcome.STORED
         draft_of = self._services.storage.draft(fax.path, _identity(fax), replacing=fax.refetch)
         if fax.refetch:  # what is there will be put aside
             await self._services.ledger.confirm()
@@ -186,7 +189,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             self._services.metrics.add("tickets_revoked", _became(found))
             if found is not None:
                 return found
-            await self._services.ledger.write_together(jobs.staged, (fax.id, None))
+            await self._forget_ticket(fax)
         return await draft.resume(
             lambda document: _problem(document, fax) is None,
             self._sidecar_of(fax, stored_at=fax.stored_at if fax.refetch else None),
@@ -295,12 +298,12 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             if has_placed:
                 await self._discard_if_late(fax, staged.file)
             raise
-        self._services.facts.add(fax, jobs.staged, (fax.id, staged))
+        self._services.facts.add(fax, staged)
         try:
             if not await draft.publish(staged):
                 raise StorageConflict("the fax's sidecar vanished before it got its name")
         except MovedAway:
-            await self._services.ledger.write_together(jobs.staged, (fax.id, None))
+            await self._forget_ticket(fax)
             await draft.take_back(staged)
             raise
         await self._record(fax, staged.file, staged.problem)
@@ -319,6 +322,10 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
             if seen.is_placed:
                 await self._services.storage.ask(lambda store: store.discard(file))
 
+    async def _forget_ticket(self, fax: FaxRow) -> None:
+        self._services.facts.forget(fax)
+        await self._services.ledger.write_together(jobs.staged, (fax.id, None))
+
     async def _require_claimed(self, fax: FaxRow) -> None:
         """Check the job again: its row was read before the fax waited for its turn."""
         if not await self._services.ledger.read(jobs.is_open, fax.id, fax.fence):
@@ -336,7 +343,7 @@ class Fetcher:  # a method for each step of an attempt and for each way it ends
         with self._written(fax):
             outcome = jobs.Stored(fax.id, now, file, problem, fax.id in self._to_mark)
             await self._services.ledger.write_together(jobs.stored, outcome)
-        self._services.facts.add(fax, jobs.stored, outcome)
+        self._services.facts.add(fax, outcome)
         self._services.gate.passed()
         is_again = fax.refetch
         waited = None if is_again or fax.received_at is None else now - fax.received_at

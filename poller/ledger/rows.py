@@ -8,7 +8,7 @@ from sqlalchemy import Row
 
 from poller.documents import Staged, StoredFile, StoredFormat
 from poller.ledger.tables import JobKind, SendState, State
-from poller.stream import Direction, label
+from poller.stream import Direction, Stream, label
 from poller.window import Interval
 
 
@@ -119,6 +119,11 @@ class FaxRow:
     deleted_at: datetime | None
     canary: bool = False
     unreadable: bool = False
+
+    @property
+    def whose(self) -> Stream:
+        """What identifies its stream in every database."""
+        return Stream(self.app_id, self.user_id, self.direction)
 
     @property
     def is_damaged(self) -> bool:

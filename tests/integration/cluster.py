@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Update, update
+from sqlalchemy import Delete, Update, delete, update
 
 from poller.config.model import Config, StateConfig
 from poller.daemon.holding import Holding
 from poller.ingest.account import AccountRunner
 from poller.ingest.runtime import Runtime
-from poller.ledger import Ledger, State, leases, nodes
+from poller.ledger import Ledger, State, leases, nodes, tables
 from poller.ledger.leases import LeaseRow
 from poller.ledger.tables import faxes as faxes_table
 from poller.ledger.tables import leases as table
@@ -104,6 +104,14 @@ class Cluster:
         unstored = update(faxes_table).where(faxes_table.c.id == fax)
         await self._write(unstored.values(state=State.PENDING, stored_at=None, file=None))
 
+    async def lose_all(self) -> None:
+        """Take the database back to before the last renewal, and before anything was listed."""
+        await self._write(update(table).values(renewed=0))
+        for one in (tables.attempts, tables.jobs, tables.faxes, tables.coverage):
+            await self._write(delete(one))
+        counters = dict.fromkeys(("discovered", "pending", "stored"), 0)
+        await self._write(update(tables.streams).values(**counters))
+
     async def steal(self) -> None:
         """Let a node that nobody knows take the account."""
         stolen = update(table).where(table.c.app_id == APP)
@@ -115,7 +123,7 @@ class Cluster:
         at = LONG_AGO if ago is None else await self.ledger.read(nodes.database_now) - ago
         await self._write(ended.values(expires_at=at))
 
-    async def _write(self, statement: Update) -> None:
+    async def _write(self, statement: Update | Delete) -> None:
         await self.ledger.write(lambda connection: connection.execute(statement) and None)
 
     async def forget(self, node: ClusterNode) -> None:

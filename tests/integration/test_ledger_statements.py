@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from poller.ledger import (
     deletions,
     errands,
     failing,
+    failover,
     faxes,
     fold,
     forwarded,
@@ -257,10 +259,21 @@ class Everything:
         self(jobs.staged, [(first.id, Staged(FILE, "ticket"))])
         for _ in range(2):
             self(jobs.stored, [jobs.Stored(first.id, NOW, FILE, "broken", mark=True)])
+        self.of_a_failover(first, second)
         self.of_errands(stream, second)
         self(faxes.note_damage, {first.id: (FILE.sha256, "gone")}, NOW)
         self(jobs.dismiss, first.id, now=NOW, reason="known")
         self(jobs.fetch_again, [second.id], NOW)
+
+    def of_a_failover(self, first: FaxRow, second: FaxRow) -> None:
+        stored = jobs.Stored(first.id, NOW, FILE)
+        gone = replace(first, fax_id="fax-8", path="main/gone")
+        facts = [
+            failover.Fact(first, stored),  # known
+            failover.Fact(gone, stored),
+            failover.Fact(replace(second, fence=0), Staged(FILE, "ticket")),
+        ]
+        assert self(failover.record_again, facts) == 2
 
     def of_sends(self, stream: int) -> None:
         page = sends.NewSend(stream, "ours", "canary", "13235551212", "7K3Q9X2M", NOW + HOUR)

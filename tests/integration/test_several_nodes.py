@@ -27,6 +27,7 @@ from poller.cli.foreground import in_runtime
 from poller.config.model import AccountHook, Config, SecretRef
 from poller.daemon import reload
 from poller.daemon.webhooks import Webhooks
+from poller.documents import Staged, StoredFile
 from poller.errors import CannotStart, LeaseLost, LedgerUnavailable, LockHeld
 from poller.ingest import lease_keeper
 from poller.ingest.runtime import Runtime
@@ -59,6 +60,8 @@ from tests.conftest import APP, KEY, Event, MakeConfig, QuickClock
 from tests.efax import Simulator
 from tests.integration.at_work import HELD_S, calls, files, said, settled, until
 from tests.integration.cluster import LONG_AGO, Cluster, ClusterNode, opened_cluster
+
+STAGED = Staged(StoredFile("main/one.pdf", "pdf", 10, "0" * 64, 1, damaged=False), "ticket")
 
 
 @pytest.fixture
@@ -1014,3 +1017,78 @@ async def test_failover_of_the_server_counts_as_one_that_lost_something(
     monkeypatch.setattr(PostgresBackend, "history", lambda *_: "another timeline")
     await a.holding.renew()
     assert (a.holds, said(events, "ledger-rolled-back")) == ([], ["ledger-rolled-back"])
+
+
+# -- a database that has lost what it had confirmed -------------------------------------------------
+
+
+async def stored_and_consumed(cluster: Cluster, simulator: Simulator) -> tuple[ClusterNode, FaxRow]:
+    """Return a node and the fax that it has delivered."""
+    node = await cluster.node("a")
+    await node.holding.look()
+    await node.holding.renew()
+    fax_id = await arrived(simulator, node)
+    await node.fetch_all()
+    assert consumed(cluster.settings.storage.directory) == 1
+    return node, await row(cluster, fax_id)
+
+
+async def test_fax_whose_row_is_lost_is_recorded_as_it_was_and_not_delivered_again(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, before = await stored_and_consumed(cluster, simulator)
+    await cluster.lose_all()
+    await a.holding.renew()
+    after = await row(cluster, before.fax_id)
+    assert replace(after, id=before.id) == before
+    cluster.clock.mono += 16
+    await look_thrice(cluster, a)
+    await a.poll()
+    await a.fetch_all()
+    assert consumed(cluster.settings.storage.directory) == 0
+    counted = await cluster.ledger.read(streams.one, after.stream)
+    assert (counted.discovered, counted.stored, counted.pending) == (1, 1, 0)
+
+
+async def test_fax_that_its_node_has_stored_is_recorded_and_not_asked_for_again(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a, before = await stored_and_consumed(cluster, simulator)
+    asked = calls(simulator, "image")
+    await cluster.lose_all()
+    await a.poll()  # before a renewal finds out what has happened
+    await a.fetch_all()
+    after = await row(cluster, before.fax_id)
+    assert (after.state, after.file, after.stored_at) == (
+        State.STORED,
+        before.file,
+        before.stored_at,
+    )
+    assert calls(simulator, "image") == asked
+
+
+async def test_repair_that_an_operator_has_asked_for_stays_after_a_failover(
+    cluster: Cluster, simulator: Simulator, events: list[Event]
+) -> None:
+    a, before = await stored_and_consumed(cluster, simulator)
+    await cluster.ledger.write(jobs.fetch_again, [before.id], cluster.clock.now())
+    asked = await row(cluster, before.fax_id)
+    a.keeper._history = "another timeline"
+    await a.holding.renew()
+    assert said(events, "ledger-rolled-back") == ["ledger-rolled-back"]
+    assert await row(cluster, before.fax_id) == asked
+
+
+async def test_ticket_that_is_lost_is_said_again_unless_an_operator_has_decided_since(
+    cluster: Cluster, simulator: Simulator
+) -> None:
+    a = await cluster.node("a")
+    await a.holding.look()
+    held = await row(cluster, await arrived(simulator, a))
+    decided = await row(cluster, await arrived(simulator, a))
+    for one in (held, decided):
+        a.runtime.services.facts.add(one, STAGED)
+    await cluster.ledger.write(jobs.make_due, [decided.id], cluster.clock.now())
+    assert await a.runtime.services.facts.say_again(cluster.ledger) == 1
+    assert (await row(cluster, held.fax_id)).staged == STAGED
+    assert (await row(cluster, decided.fax_id)).staged is None
