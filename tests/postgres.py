@@ -244,7 +244,9 @@ class OwnServer:
         self.pid = serve(self.programs, self.at.directory).pid
 
     def kill(self, how: int = signal.SIGQUIT) -> None:
-        """End it; return when the processes of its connections have ended, too."""
+        """End it if it runs; return when the processes of its connections have ended, too."""
+        if not _lives(self.pid):
+            return
         os.kill(self.pid, signal.SIGSTOP)  # it begins no other one
         others = _children(self.pid)
         os.kill(self.pid, how)

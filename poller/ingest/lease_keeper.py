@@ -149,6 +149,7 @@ class LeaseKeeper:
         """Report this run to the other nodes, and make known which accounts it has."""
         await self._ledger.aside(leases.add, app_ids)
         await self._ledger.aside(nodes.begin, self.report)
+        self._history = await self._ledger.aside(self._ledger.history)
 
     async def end(self) -> None:
         """Give back what is held, and report the end of this run, if the ledger takes it."""

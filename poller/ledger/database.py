@@ -11,6 +11,16 @@ from sqlalchemy.exc import DBAPIError
 from poller.errors import LedgerUnavailable
 
 T = TypeVar("T")
+_HISTORY = "history of the server"
+
+
+def history_of(connection: Connection) -> str:
+    """Return a word for this transaction's server; another word says that it may have lost commits."""
+    return str(connection.info.get(_HISTORY, ""))
+
+
+def set_history(connection: Connection, history: str) -> None:
+    connection.info[_HISTORY] = history
 
 
 class Database:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from poller.config import read_secret
 from poller.config.model import Config
-from poller.errors import CannotStart, ConfigError, LedgerUnavailable, Problem
+from poller.errors import CannotStart, ConfigError, LeaseLost, LedgerUnavailable, Problem
 from poller.ledger import fold, meta, schema
 from poller.ledger.backend import Backend
 from poller.ledger.leases import Lease
@@ -163,7 +163,8 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         """Run `query` in a transaction that sees everything written before.
 
         It begins between two commits: a reader that meets a commit of SQLite sleeps for up to 100
-        ms, and with a busy writer that can add up to a second.
+        ms, and with a busy writer that can add up to a second. Raises LeaseLost if the server has failed
+        over since the lease began.
         """
         read = partial(self._read, lambda connection: query(connection, *args, **kwargs))
         if self._writer is None:
@@ -225,8 +226,17 @@ class Ledger(AbstractAsyncContextManager["Ledger"]):  # more than 20 methods: th
         return self._writer
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
+        def checked(connection: Connection) -> T:
+            if (
+                self._writer
+                and self._lease
+                and self._writer.is_from_before(self._lease, connection)
+            ):
+                raise LeaseLost(self._lease.app_id)
+            return work(connection)
+
         # Its thread continues if the caller is cancelled, and `close` must wait for it.
-        task = asyncio.create_task(self._readers.run(work), name="ledger read")
+        task = asyncio.create_task(self._readers.run(checked), name="ledger read")
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
         deadline = asyncio.timeout(READ_WITHIN_S)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from poller.errors import LeaseLost, LedgerUnavailable
 from poller.ledger import leases
-from poller.ledger.database import Database
+from poller.ledger.database import Database, history_of
 from poller.ledger.leases import Lease
 
 T = TypeVar("T")
@@ -64,6 +64,7 @@ class Writer:
         self._task = asyncio.create_task(self._work(), name="ledger writer")
         self.commits = 0
         self.fenced: Counter[str] = Counter()  # jobs whose lease was lost, by App ID
+        self._histories: dict[Lease, str] = {}  # of the server, when each lease was first used
         self._turn = asyncio.Lock()  # held during a commit; its holder blocks the next one
 
     @property
@@ -187,7 +188,7 @@ class Writer:
             if self._is_command:
                 leases.shut_out_holders(connection)
             wanted = {job.lease for job in jobs if job.lease is not None}
-            lost = wanted - leases.fence(connection, wanted) if wanted else wanted
+            lost = self._lost(connection, wanted) if wanted else wanted
             return [
                 [_Raised(LeaseLost(job.lease.app_id)) for _ in job.items]
                 if job.lease is not None and job.lease in lost
@@ -196,6 +197,19 @@ class Writer:
             ]
 
         return await self._database.run(group)
+
+    def is_from_before(self, lease: Lease, connection: Connection) -> bool:
+        """Whether a lease began before a failover of the server that this transaction sees.
+
+        What the run of such a lease has in memory may be about rows that the database has lost.
+        """
+        now = history_of(connection)
+        return self._histories.setdefault(lease, now) != now
+
+    def _lost(self, connection: Connection, wanted: set[Lease]) -> set[Lease]:
+        """Return which of these leases no longer hold."""
+        before = {lease for lease in wanted if self.is_from_before(lease, connection)}
+        return before | (wanted - leases.fence(connection, wanted))
 
     def _run(
         self, connection: Connection, work: Callable[[Connection, list[Any]], Any], items: list[Any]

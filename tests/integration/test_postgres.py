@@ -27,6 +27,7 @@ from poller.errors import (
     UsageError,
 )
 from poller.ledger import Ledger, backend_at, faxes, meta, nodes, streams
+from poller.ledger.database import history_of
 from poller.ledger.postgres import postgres_server, transactions
 from poller.ledger.postgres.postgres_server import PostgresServer, has_ended
 from poller.ledger.tables import REVISION, metadata
@@ -340,6 +341,37 @@ async def test_a_commit_of_which_nobody_knows_what_became_is_unavailable(
             await fill(ledger, "one")
     own.start()
     assert await known(ledger) == []
+
+
+async def test_after_a_failover_nobody_knows_what_became_of_a_commit(
+    own: postgres.OwnServer, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new server may have given the number of the transaction to another one."""
+    assert ledger._writer is not None
+    database, real = ledger._writer._database, psycopg.Connection.commit
+
+    def lose(connection: "psycopg.Connection[Any]") -> None:
+        real(connection)
+        monkeypatch.setattr(psycopg.Connection, "commit", real)
+        ask(own.url, f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+        database._timeline = "'another'"  # type: ignore[attr-defined]
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(psycopg.Connection, "commit", lose)
+    with pytest.raises(LedgerUnavailable, match="has lost its connection"):
+        await ledger.write(meta.keep, "lost", "one")
+    await ledger.write(meta.keep, "next", "one")
+
+
+async def test_a_server_that_tells_no_timeline_can_be_used(
+    own: postgres.OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "TIMELINE", "no_such_function()")
+    async with await Ledger.open(own.url) as ledger:
+        for _ in range(2):
+            await ledger.write(meta.keep, "kept", "one")
+        assert await ledger.write(history_of) == ""
+        assert await ledger.read(ledger.history) == ""
 
 
 async def test_a_program_that_stops_inside_a_transaction_loses_it(

@@ -1092,3 +1092,22 @@ async def test_ticket_that_is_lost_is_said_again_unless_an_operator_has_decided_
     assert await a.runtime.services.facts.say_again(cluster.ledger) == 1
     assert (await row(cluster, held.fax_id)).staged == STAGED
     assert (await row(cluster, decided.fax_id)).staged is None
+
+
+async def test_lease_from_before_a_failover_reads_and_writes_nothing(cluster: Cluster) -> None:
+    """What its holder has in memory may be about rows that the new server does not have."""
+    a = await cluster.node("a")
+    await a.holding.look()
+    ledger = a.account.services.ledger
+    await ledger.confirm()
+    assert ledger._writer is not None
+    for database in (ledger._writer._database, ledger._readers):
+        database._timeline = "'another'"  # type: ignore[attr-defined]
+    with pytest.raises(LeaseLost):
+        await ledger.confirm()
+    with pytest.raises(LeaseLost):
+        await ledger.read(nodes.database_now)
+    await a.holding.give_back(APP)
+    cluster.clock.mono += 31
+    await taken_by(cluster, a)
+    await a.account.services.ledger.confirm()

@@ -32,9 +32,6 @@ _CONTINUE = """
 SELECT setval(pg_get_serial_sequence('{0}', 'id'), (SELECT coalesce(max(id), 0) + 1 FROM {0}), false)
 """
 
-# A server that was promoted, or restored from a backup, begins another one.
-_TIMELINE = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
-
 
 class PostgresBackend:
     """The tables in one schema of the database."""
@@ -121,7 +118,7 @@ class PostgresBackend:
 
     def history(self, connection: Connection) -> str:
         with suppress(DBAPIError), connection.begin_nested():  # not every provider has it
-            return str(connection.exec_driver_sql(_TIMELINE).scalar_one())
+            return str(connection.exec_driver_sql(f"SELECT {transactions.TIMELINE}").scalar_one())
         return ""
 
     def risk(self, connection: Connection) -> str | None:

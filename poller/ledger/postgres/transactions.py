@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from poller.errors import LedgerUnavailable
-from poller.ledger.database import Database
+from poller.ledger.database import Database, history_of, set_history
 from poller.ledger.postgres.postgres_server import CONNECT_WITHIN_S, PostgresServer, has_ended
 
 T = TypeVar("T")
@@ -21,6 +21,13 @@ _IDLE_S = 5
 _WRITE_S = 30
 _ASK_S = 0.2
 _NUMBER = "number of the transaction"
+# A server that was promoted, or restored from a backup, is on another timeline.
+TIMELINE = "left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+_NO_TIMELINE = (  # at some providers
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedFunction,
+    psycopg.errors.FeatureNotSupported,
+)
 _READ_S = 90  # below `ledger.READ_WITHIN_S`
 
 
@@ -45,6 +52,7 @@ class Transactions(Database):
         super().__init__(engine, connections=connections, trouble=server.trouble)
         self._server = server
         self._begin_with = begin
+        self._timeline = TIMELINE
 
     def _transaction(self, work: Callable[[Connection], T]) -> T:
         deadline = time.monotonic() + CONNECT_WITHIN_S
@@ -60,27 +68,28 @@ class Transactions(Database):
                     if time.monotonic() > deadline:
                         raise LedgerUnavailable(self._server.sentence(error)) from error
                     continue
-                number = connection.info.get(_NUMBER)
+                number, history = connection.info.get(_NUMBER), history_of(connection)
                 try:
                     transaction.commit()
                 except (DBAPIError, psycopg.Error) as error:
                     if number is None or not has_ended(error):
                         raise
                     connection.invalidate()
-                    if self._is_committed(number, deadline, error):
+                    if self._is_committed(number, history, deadline, error):
                         return outcome
                     continue
                 return outcome
 
-    def _is_committed(self, number: int, deadline: float, lost: Exception) -> bool:
+    def _is_committed(self, number: int, history: str, deadline: float, lost: Exception) -> bool:
         """Ask what became of a transaction; raises LedgerUnavailable if the server does not say.
 
-        A server that took over and lacks the transaction may have given its number to another one. It
-        has lost what it had confirmed, too; nodes notice that (`lease_keeper`).
+        A server that took over may have given its number to another one.
         """
         while time.monotonic() < deadline:
             with suppress(DBAPIError, psycopg.Error), self.engine.connect() as connection:
                 found = connection.exec_driver_sql("SELECT txid_status(%s)", (number,)).scalar()
+                if history_of(connection) != history:
+                    break
                 if found in ("committed", "aborted"):
                     return bool(found == "committed")
             time.sleep(_ASK_S)
@@ -89,11 +98,16 @@ class Transactions(Database):
     def _begin(self, connection: Connection) -> None:
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection)
-        answers = driver.execute(self._begin_with)
+        try:
+            answers = driver.execute(f"{self._begin_with}, {self._timeline}")
+        except _NO_TIMELINE:
+            driver.execute("ROLLBACK")
+            answers = driver.execute(f"{self._begin_with}, ''")
+            self._timeline = "''"
         while answers.nextset():
             pass
-        if answers.description:
-            (connection.info[_NUMBER],) = answers.fetchone() or (None,)
+        connection.info[_NUMBER], history = answers.fetchone() or (None, "")
+        set_history(connection, history)
 
 
 def writer(server: PostgresServer) -> Transactions:
@@ -103,7 +117,7 @@ def writer(server: PostgresServer) -> Transactions:
 
 def readers(server: PostgresServer) -> Transactions:
     begin = _begin(server, "REPEATABLE READ READ ONLY", _READ_S, _READ_S)
-    return Transactions(server, begin, connections=_READERS)
+    return Transactions(server, f"{begin}; SELECT NULL", connections=_READERS)
 
 
 def _begin(server: PostgresServer, mode: str, statement_s: int, idle_s: int) -> str:
