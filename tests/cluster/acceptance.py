@@ -15,6 +15,7 @@ from tests.cluster import (
     checks_of_clocks,
     checks_of_cuts,
     checks_of_databases,
+    checks_of_failovers,
     checks_of_kills,
     checks_of_stops,
     checks_of_stores,
@@ -27,6 +28,7 @@ CHECKS = [
     Check("2p", "planted faults are found by 2", checks_of_stops.plants_found),
     Check("3", "a node is cut off", checks_of_cuts.node_cut_off),
     *checks_of_databases.CHECKS,
+    *checks_of_failovers.CHECKS,
     Check("6", "a bucket lacks something", checks_of_stores.store_ignores, ("bucket",)),
     Check("7", "clocks are wrong", checks_of_clocks.clocks_wrong),
 ]

@@ -7,7 +7,7 @@ import asyncio
 import functools
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from tests.cluster import database_proxy, databases
@@ -15,7 +15,7 @@ from tests.cluster.altered import ORDERED, STOPPED
 from tests.cluster.checks import Check, Trial
 from tests.cluster.checks_of_kills import killed_under_load
 from tests.cluster.database_proxy import DatabaseProxy
-from tests.cluster.judge import Verdict
+from tests.cluster.judge import Identity, Verdict
 from tests.cluster.lab import TAKEOVER_S, WITHIN_S, Lab, opened_lab
 from tests.postgres import OwnServer, ask
 
@@ -33,7 +33,9 @@ async def nodes_at_work(trial: Trial, url: str) -> AsyncIterator[Lab]:
         yield lab
 
 
-async def troubled(lab: Lab, trouble: Callable[[], Awaitable[None]]) -> Verdict:
+async def troubled(
+    lab: Lab, trouble: Callable[[], Awaitable[None]], may_repeat: Collection[Identity] = ()
+) -> Verdict:
     """Make trouble under load; all nodes must bear it, and ask eFax again soon after its end."""
     async with lab.under_load():
         await lab.all_polled()
@@ -43,7 +45,7 @@ async def troubled(lab: Lab, trouble: Callable[[], Awaitable[None]]) -> Verdict:
     ended = [
         node.name for node in lab.nodes.values() if node.running.process.returncode is not None
     ]
-    verdict = lab.judged()
+    verdict = lab.judged(may_repeat)
     verdict.figures["resumed after"] = f"{resumed_s:.1f} s"
     verdict.demand(resumed_s < TAKEOVER_S, f"an account was not polled for {resumed_s:.1f} s")
     verdict.demand(not ended, f"these nodes have ended: {ended}")
