@@ -57,7 +57,7 @@ async def stopped_at_steps(
             if plant and lab.consumer.faults():
                 return lab.judged()
         lab.verdict.figures["steps"] = f"{met} of {len(orders)}"
-        lab.verdict.demand(met == len(orders), "a step was not met")
+        lab.verdict.demand(bool(plant) or met == len(orders), "a step was not met")
         await lab.all_delivered()
         return lab.judged()
 
