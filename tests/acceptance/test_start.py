@@ -83,3 +83,16 @@ async def test_the_installed_script_is_the_command(tmp_path: Path) -> None:
     )
     out, _ = await process.communicate()
     assert (process.returncode, out[:7]) == (0, b"poller ")
+
+
+OF_THE_EXTRA = ("psycopg", "boto3", "botocore", "cryptography", "sqlalchemy.dialects.postgresql")
+
+
+@pytest.mark.parametrize("command", ["once", "status"])
+async def test_over_a_file_and_a_directory_nothing_of_the_extra_is_loaded(
+    installation: Installation, command: str
+) -> None:
+    done = await installation.poller(command, "--json", environ={"PYTHONPROFILEIMPORTTIME": "1"})
+    loaded = {line.rpartition("|")[2].strip() for line in done.err.splitlines() if "|" in line}
+    assert {"poller.ledger", "sqlalchemy"} <= loaded
+    assert [one for one in sorted(loaded) if one.startswith(OF_THE_EXTRA)] == []
