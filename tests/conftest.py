@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -34,7 +33,7 @@ from poller.ingest.runtime import Runtime, open_runtime
 from poller.metrics import Metrics
 from tests import once_made, postgres
 from tests.efax import Simulator
-from tests.exhaustive import EXHAUSTIVE, often
+from tests.exhaustive import often
 
 # A process that nohup or a script started in the background ignores Ctrl-C, and so would each
 # command that a test starts and interrupts.
@@ -47,25 +46,6 @@ gc.disable()
 # Compiled files are kept, or each of the test processes compiles everything again in each run.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
-
-def _in_memory() -> str | None:
-    """Return a directory where an fsync costs nothing and a whole run has room, if there is one."""
-    try:
-        about = os.statvfs(_SHARED_MEMORY)
-    except OSError:
-        return None
-    has_room = about.f_bavail * about.f_frsize >= _ROOM and not about.f_flag & os.ST_NOEXEC
-    return _SHARED_MEMORY if has_room and os.access(_SHARED_MEMORY, os.W_OK) else None
-
-
-_SHARED_MEMORY, _ROOM = "/dev/shm", 4 << 30
-
-# Half the time of the tests is waiting for a disk, which no test can judge: the power does not fail.
-# What is synced, and when, the tests see in the calls. Nightly, and with TMPDIR, it is a disk.
-# A test of what only a disk's file system can do is marked `on_disk`.
-if not EXHAUSTIVE and "TMPDIR" not in os.environ and (_place := _in_memory()):
-    os.environ["TMPDIR"] = tempfile.tempdir = _place
 
 # Their tests share what takes long to make: a guest, a wheel, a browser, an old ledger, a database
 # server, the runs that the crash explorer breaks.
@@ -254,16 +234,6 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/poller.db"
     url: str = request.getfixturevalue("postgres_ledger_url")
     return url
-
-
-@pytest.fixture(name="tmp_path")
-def _tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """The directory of a test: in memory, if it is not marked `on_disk`."""
-    if request.node.get_closest_marker("on_disk") is None:
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-            yield Path(name)
 
 
 @pytest.fixture

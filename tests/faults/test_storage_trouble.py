@@ -107,7 +107,6 @@ async def test_unmounted_disk_stops_fetching_until_it_is_mounted_again(
     await through(scene, begin=disk.unmount, end=mount_again, reason="is its disk mounted?")
 
 
-@pytest.mark.on_disk
 async def test_immutable_directory_stops_fetching_until_it_is_mutable(
     scene: Scene, installation: Installation
 ) -> None:

@@ -21,8 +21,6 @@ from tests.conftest import pass_time, stored_files
 from tests.integration.at_work import Held, fetch, listed, row, until
 from tests.integration.in_between import around
 
-pytestmark = pytest.mark.on_disk  # which uses numbers of inodes again
-
 
 def is_sidecar(existing: str, *_: object) -> bool:
     return existing.endswith(".json.part")

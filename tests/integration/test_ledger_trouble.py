@@ -131,7 +131,6 @@ def immutable(path: Path) -> Iterator[None]:
         subprocess.run(["chattr", "-i", str(path)], check=True)
 
 
-@pytest.mark.on_disk
 @pytest.mark.parametrize("what", ["file", "journal"])
 async def test_read_only_ledger_shuts_the_gate_and_opens_it_again(
     runtime: Runtime, simulator: Simulator, clock: QuickClock, path: Path, what: str

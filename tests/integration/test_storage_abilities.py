@@ -21,8 +21,6 @@ from tests.conftest import Event, QuickClock
 from tests.integration.at_work import fetch, listed, said
 from tests.integration.storage_seam import config, opened, store, tiff
 
-pytestmark = pytest.mark.on_disk
-
 MARKER = ".poller-storage"
 
 
