@@ -52,7 +52,6 @@ from poller.ledger.tables import REVISION
 from poller.lock import StorageLock
 from poller.outbox import OutboxDocument
 from poller.pacing import Kind, Ticket
-from poller.simulator.faults import Fault, Faults
 from poller.store import Runs
 from poller.store.directory import Directory
 from poller.window import Interval
@@ -403,24 +402,6 @@ async def test_suspension_outlives_a_takeover_and_ends_with_a_clean_stop(
     c = await cluster.node("c")
     await taken_by(cluster, c)
     assert not c.account.is_suspended
-
-
-@pytest.mark.parametrize("has_failed", [False, True], ids=["listed", "tried in vain"])
-async def test_fax_of_a_node_whose_clock_is_ahead_does_not_wait_for_that_clock(
-    cluster: Cluster, simulator: Simulator, *, has_failed: bool
-) -> None:
-    a, b = await pair(cluster)
-    simulator.receive(APP, "user-a")
-    cluster.clock.wall += timedelta(minutes=5)
-    await a.poll()
-    if has_failed:
-        simulator.faults = Faults(rules=(Fault.parse("500@image=always"),))
-        await a.fetch_all()
-        simulator.faults = Faults()
-    cluster.clock.wall -= timedelta(minutes=5)
-    await taken_over(cluster, a, b)
-    await b.fetch_all()
-    assert consumed(cluster.settings.storage.directory) == 1
 
 
 async def test_what_was_stored_is_said_again_to_a_database_that_has_lost_it(
