@@ -18,6 +18,7 @@ import selectors
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
@@ -33,6 +34,15 @@ for _name in (
     "alembic.command",
 ):
     importlib.import_module(_name)
+
+
+def _wait_until_alone() -> None:
+    """Wait until no other thread runs: a lock that it held would stay locked in a fork."""
+    for _ in range(1000):
+        if threading.active_count() == 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError([thread.name for thread in threading.enumerate()])
 
 
 def _serve() -> dict[str, Any] | None:
@@ -54,9 +64,7 @@ def _serve() -> dict[str, Any] | None:
                     orders.close()
                     return None
                 *standard, report = descriptors
-                assert (
-                    threading.active_count() == 1
-                )  # a lock that another thread held would stay locked
+                _wait_until_alone()
                 if not (child := os.fork()):
                     orders.detach()
                     _become(standard)
